@@ -1,0 +1,1 @@
+"""The store, format 1: plain Zarr v3, direct shard writer, memory-mapped reader."""
