@@ -37,6 +37,7 @@ class DatasetRecord:
     source: str
     fingerprint: str
     text_column: str
+    words_column: str
     n_examples: int
     n_tokens: int
     n_truncated: int

@@ -45,7 +45,7 @@ def make_manifest(
     shard_bytes: int = 4096,
 ) -> Manifest:
     model = ModelRecord("fake", None, "fake", "Fake", 2, d_model, True, "c", "w", "t")
-    data = DatasetRecord("d", "f", "text", tokens.n_examples, tokens.n_tokens, 0, None)
+    data = DatasetRecord("d", "f", "text", "words", tokens.n_examples, tokens.n_tokens, 0, None)
     request = Request(sites, masks, pools, dtype, shard_bytes, 256)
     return Manifest(model, data, request, Software("0", "0", "0", "cpu"))
 

@@ -55,14 +55,17 @@ def file_record(path: Path) -> FileRecord:
     return FileRecord(size, f"{crc:08x}")
 
 
-def publish(path: Path, pieces: Iterable[bytes | memoryview]) -> tuple[FileRecord, bool]:
+def publish(
+    path: Path, pieces: Iterable[bytes | memoryview], *, same: bool = True
+) -> tuple[FileRecord, bool]:
     """Write a file that appears whole or not at all, and never replaces an existing one.
 
     Returns the record of what is on disk under `path` afterwards and whether it is ours; if
-    not, another writer came first. The bytes are a function of the work unit, so both agree.
+    not, another writer came first. With `same` the bytes are a function of the work unit, so
+    both must agree; without it the first writer simply wins.
 
     Raises:
-        ChecksumError: an earlier file differs from ours in size.
+        ChecksumError: an earlier file differs from ours in size though `same`.
         ResourceError: no space left.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -80,7 +83,7 @@ def publish(path: Path, pieces: Iterable[bytes | memoryview]) -> tuple[FileRecor
             os.link(temporary, path)
         except FileExistsError:
             theirs = file_record(path)
-            if theirs.size != ours.size:
+            if same and theirs.size != ours.size:
                 raise ChecksumError(
                     f"{path} exists with {theirs.size} bytes where {ours.size} were expected: "
                     "it was damaged or made by other software; move it away and run again"

@@ -46,11 +46,19 @@ from actstore.store.publish import (
     publish,
     remove_temporaries,
 )
-from actstore.store.reader import DENSE_MASKS, Store, UnitReceipt
+from actstore.store.reader import DENSE_MASKS, Store, UnitReceipt, load_json
 from actstore.store.shard import publish_shard
 from actstore.tokens import TokenMask, TokenTable
 
-__all__ = ["check_space", "create_store", "finish_store", "publish_unit", "write_lock"]
+__all__ = [
+    "array_specs",
+    "check_space",
+    "create_store",
+    "finish_store",
+    "publish_unit",
+    "reject_occupied",
+    "write_lock",
+]
 
 LOCK = ".lock"
 
@@ -82,6 +90,17 @@ def write_lock(path: Path) -> Iterator[None]:
             file.truncate()
 
 
+def reject_occupied(path: Path) -> None:
+    """InputError if something other than a store (or an empty folder) is at `path`."""
+    if (path / "zarr.json").is_file():
+        Manifest.from_json(str(path), load_json(path / "zarr.json").get("attributes"))
+    elif path.exists() and (not path.is_dir() or any(path.iterdir())):
+        raise InputError(
+            f"{path} exists and is not an activation store: choose another --store, "
+            "or remove what is there"
+        )
+
+
 def create_store(
     path: Path,
     manifest: Manifest,
@@ -95,12 +114,8 @@ def create_store(
     If another process made a store there meanwhile, that one stays and this returns quietly;
     the caller compares manifests afterwards in any case.
     """
+    reject_occupied(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    if path.exists() and (not path.is_dir() or any(path.iterdir())):
-        raise InputError(
-            f"{path} exists and is not an activation store: choose another --store, "
-            "or remove what is there"
-        )
     building = path.parent / f".{path.name}.tmp-{os.getpid()}-{secrets.token_hex(4)}"
     try:
         building.mkdir()
@@ -159,7 +174,7 @@ def _write_skeleton(
         if name in plan.masks:
             # where each example's rows begin in the arrays, for readers other than ours
             put_table(f"{base}/starts", plan.array_starts(name, mask.offsets), "int64")
-    for spec in _array_specs(manifest, plan, masks):
+    for spec in array_specs(manifest, plan, masks):
         put(f"{spec.key}/zarr.json", json_bytes(array_json(spec)))
     sink = pa.BufferOutputStream()
     pq.write_table(examples, sink, compression="zstd")
@@ -179,9 +194,10 @@ def _write_skeleton(
     )
 
 
-def _array_specs(
+def array_specs(
     manifest: Manifest, plan: Plan, masks: Mapping[str, TokenMask]
 ) -> Iterator[ArraySpec]:
+    """Every activation array that a store of this manifest and plan will have."""
     request, width = manifest.request, manifest.model.d_model
     for site in request.sites:
         for mask in request.masks:
@@ -201,7 +217,8 @@ def publish_unit(
 ) -> UnitReceipt:
     """Write one unit: for each array the unit's rows, in the array's dtype; the manifest last.
 
-    Arrays with a gap-free row axis get a part (raw rows) that `finish_store` compacts.
+    Arrays with a gap-free row axis get a part (raw rows) that `finish_store` compacts. A worker
+    that outlived its driver may come when all is committed: then it changes nothing.
     """
     shards: dict[str, FileRecord] = {}
     parts: dict[str, FileRecord] = {}
@@ -217,6 +234,8 @@ def publish_unit(
             data = np.ascontiguousarray(values).tobytes()
             parts[key], _ = publish(store.path / key, [data])
     receipt = UnitReceipt(unit, shards, parts)
+    if (store.path / COMMITS / f"{1:08d}.json").exists():
+        return receipt
     publish(store.path / PENDING / f"{unit:08d}.json", [json_bytes(receipt.to_json())])
     return receipt
 
@@ -225,8 +244,10 @@ def _is_ragged(store: Store, spec: ArraySpec) -> bool:
     return spec.key.rsplit("/", 1)[1] in store.plan.masks
 
 
-def finish_store(store: Store, on_array: Callable[[str], None] | None = None) -> None:
+def finish_store(store: Store, on_array: Callable[[int], None] | None = None) -> None:
     """Compact, commit and clean up, once every unit is there. Idempotent.
+
+    `on_array` is called with 1 after each compacted array.
 
     Raises:
         ChecksumError: a part was damaged since its unit wrote it.
@@ -240,9 +261,9 @@ def finish_store(store: Store, on_array: Callable[[str], None] | None = None) ->
             shards.update(receipt.shards)
         for spec in store.all_arrays():
             if not _is_ragged(store, spec):
-                if on_array:
-                    on_array(spec.key)
                 shards.update(_compact(store, spec))
+                if on_array:
+                    on_array(1)
         commit = {
             "format": 1,
             "commit": 1,

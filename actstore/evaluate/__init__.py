@@ -1,0 +1,1 @@
+"""Evaluation: splits, metrics, controls and the table of results."""
