@@ -14,8 +14,8 @@ import numpy.typing as npt
 from actstore.errors import WorkerError
 from actstore.pooling import pool_rows
 from actstore.site import Site
-from actstore.store.layout import DTYPES, ArraySpec
-from actstore.store.reader import DENSE_MASKS, Store
+from actstore.store.layout import DENSE_MASKS, DTYPES, ArraySpec
+from actstore.store.reader import Store
 from actstore.store.writer import publish_unit
 
 if TYPE_CHECKING:

@@ -11,8 +11,8 @@ import pyarrow as pa
 from actstore.manifest import DatasetRecord, Manifest, ModelRecord, Request, Software
 from actstore.plan import make_plan
 from actstore.pooling import pool_rows
-from actstore.store.layout import DTYPES
-from actstore.store.reader import DENSE_MASKS, Store
+from actstore.store.layout import DENSE_MASKS, DTYPES
+from actstore.store.reader import Store
 from actstore.store.writer import create_store, finish_store, publish_unit
 from actstore.tokens import TokenMask, TokenTable, make_mask
 

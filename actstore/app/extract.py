@@ -25,8 +25,8 @@ from actstore.runtime.events import Advanced, Event, Stage, bytes_text, count_te
 from actstore.runtime.execute import Executor, WorkItem
 from actstore.runtime.progress import make_display
 from actstore.runtime.ray import RayExecutor
-from actstore.store.layout import DTYPES, ArraySpec
-from actstore.store.reader import DENSE_MASKS, Store
+from actstore.store.layout import DENSE_MASKS, DTYPES, ArraySpec
+from actstore.store.reader import Store
 from actstore.store.writer import (
     array_specs,
     check_space,

@@ -57,6 +57,7 @@ def run(run: VerifyRun) -> int:
                 "bytes": report.n_bytes,
                 "units_done": report.units_done,
                 "units": report.units,
+                "committed": report.committed,
                 "findings": [dataclasses.asdict(finding) for finding in findings],
                 "nonfinite": report.nonfinite,
                 "distances": distances,
@@ -70,10 +71,10 @@ def run(run: VerifyRun) -> int:
     for site, distance in distances.items():
         print(f"{site}: largest relative distance from the plain forward pass {distance:.2g}")
     checked = f"{report.files} files, {bytes_text(report.n_bytes)}"
-    if report.units_done < report.units:
+    if not report.committed:
         print(
-            f"{run.store}: unfinished, {report.units_done} of {report.units} units; "
-            "run the same `actstore extract` command again"
+            f"{run.store}: unfinished, {report.units_done} of {report.units} units are there and "
+            "none is committed; run the same `actstore extract` command again"
         )
     if good:
         print(f"{run.store}: good ({checked} checked)")

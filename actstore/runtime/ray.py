@@ -10,8 +10,8 @@ Three choices differ from what Ray offers, each because of what was seen when wo
   was at: receipts of items finished just before its death may be lost with it, so the item that
   kills workers could stay uncharged and its finished neighbours be charged for it. Files would do
   on one machine only, and marker calls beside the work are lost in the same way as receipts.
-- Payloads travel as bytes that the worker unpickles after the ledger knows, so that a payload that
-  kills its reader is charged like any other.
+- Payloads travel as bytes that the worker unpickles after that, so that one that kills its reader
+  is charged as well.
 """
 
 from __future__ import annotations
@@ -130,8 +130,7 @@ class RayExecutor:
 @dataclass(frozen=True)
 class _Connection:
     ours: bool
-    sigterm: Any = None
-    """the handler that ray.init replaced"""
+    sigterm: Any = None  # the handler that ray.init replaced
 
     def close(self) -> None:
         if not self.ours:
@@ -266,8 +265,7 @@ def _plainly(work: Callable[[], Any]) -> Any:
 @dataclass(frozen=True)
 class _Call:
     worker: int
-    ticket: int | None
-    """None for a ping"""
+    ticket: int | None  # None for a ping
 
 
 class _RayBackend:
@@ -393,6 +391,8 @@ def _translated(error: Exception) -> WorkerError:
         )
     if getattr(error, "actor_init_failed", False):  # ours keeps errors, so: before it could run
         return WorkerError(str(error).strip().splitlines()[-1])
+    if "node has died" in text:
+        return WorkerError("the worker's machine was lost")
     if kind == "ActorDiedError" and "worker process has died" in text:
         return WorkerError("worker process died (killed, crashed, or out of memory)")
     return WorkerError(f"worker lost: {kind}: {text[:300]}")

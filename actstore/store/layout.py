@@ -13,6 +13,7 @@ from actstore.plan import MaskPlan, chunk_rows_for
 
 __all__ = [
     "COMMITS",
+    "DENSE_MASKS",
     "DTYPES",
     "FORMAT_VERSION",
     "PARTS",
@@ -30,6 +31,8 @@ FORMAT_VERSION = 1
 COMMITS = "commits"
 PENDING = "commits/pending"
 PARTS = "parts"
+#: Masks with at most one row per example: stored without gaps, compacted when a run finishes.
+DENSE_MASKS = ("first", "last")
 SHARD_BYTES = 64 * 1024 * 1024
 
 DTYPES: dict[str, np.dtype[Any]] = {

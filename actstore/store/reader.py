@@ -19,6 +19,7 @@ from actstore.site import Site, site_of_layer
 from actstore.store.arrays import ArrayReader, read_array
 from actstore.store.layout import (
     COMMITS,
+    DENSE_MASKS,
     PENDING,
     ArraySpec,
     parse_array_json,
@@ -33,13 +34,10 @@ if TYPE_CHECKING:
 
     from actstore.store.view import View
 
-__all__ = ["DENSE_MASKS", "Store", "UnitReceipt", "load_json"]
+__all__ = ["Store", "UnitReceipt", "load_json"]
 
 Int32 = npt.NDArray[np.int32]
 Int64 = npt.NDArray[np.int64]
-
-#: Masks with at most one row per example: stored without gaps, compacted when a run finishes.
-DENSE_MASKS = ("first", "last")
 
 
 def load_json(path: Path) -> Any:

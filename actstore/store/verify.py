@@ -34,12 +34,13 @@ class VerifyReport:
     n_bytes: int
     units_done: int
     units: int
+    committed: bool
     findings: tuple[Finding, ...]
     nonfinite: dict[str, int]
 
     @property
     def good(self) -> bool:
-        return not self.findings and self.units_done == self.units
+        return self.committed and not self.findings
 
 
 def verify_store(
@@ -85,6 +86,7 @@ def verify_store(
         checked,
         store.n_units_done,
         len(store.plan.units),
+        store.complete,
         tuple(findings),
         nonfinite,
     )

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from actstore.errors import InputError, UnknownNameError
 from actstore.pooling import check_pool, pool_rows
-from actstore.store.layout import DTYPES
-from actstore.store.reader import DENSE_MASKS, Store
+from actstore.store.layout import DENSE_MASKS, DTYPES
+
+if TYPE_CHECKING:
+    from actstore.store.reader import Store
 
 __all__ = ["Batch", "View"]
 

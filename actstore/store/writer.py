@@ -29,6 +29,7 @@ from actstore.manifest import Manifest
 from actstore.plan import Plan
 from actstore.store.layout import (
     COMMITS,
+    DENSE_MASKS,
     DTYPES,
     PARTS,
     PENDING,
@@ -46,7 +47,7 @@ from actstore.store.publish import (
     publish,
     remove_temporaries,
 )
-from actstore.store.reader import DENSE_MASKS, Store, UnitReceipt, load_json
+from actstore.store.reader import Store, UnitReceipt, load_json
 from actstore.store.shard import publish_shard
 from actstore.tokens import TokenMask, TokenTable
 

@@ -135,7 +135,7 @@ def test_sigkill_of_workers(job: Job) -> None:
         victim = random.Random(moment).choice(workers_of(process))
         victim.send_signal(signal.SIGKILL)
     assert process.wait(timeout=240) == 0
-    lost = [event for event in job.log(store) if event["event"] == "WorkerLost"]
+    lost = [event for event in job.log(store) if event["event"] == "worker_lost"]
     assert len(lost) == 2, "both kills took effect"
     assert tree(store) == job.wanted
 
@@ -159,8 +159,13 @@ def test_two_runs_at_once(job: Job) -> None:
     """The second is told who writes, and changes nothing; the first ends as if alone."""
     store = job.folder / "contended"
     process = job.start(store)
-    wait_until(lambda: units_done(store) >= 1)
-    second = actstore(*job.arguments(store), code=2)
+    lock = store / ".lock"
+    wait_until(lambda: lock.exists() and lock.read_text().strip() == str(process.pid))
+    process.send_signal(signal.SIGSTOP)  # so that it cannot be through before the second starts
+    try:
+        second = actstore(*job.arguments(store), code=2)
+    finally:
+        process.send_signal(signal.SIGCONT)
     assert f"process {process.pid}" in second.stderr
     assert process.wait(timeout=240) == 0
     assert tree(store) == job.wanted

@@ -337,7 +337,6 @@ def test_losses_that_come_after_the_ping_raise_no_new_suspicion() -> None:
         [Ready(1)],
         [Lost(1, 2, CRASH, started=False)],
         [Done(1, 3, "a", 1.0)],
-        [Done(1, 4, "b", 1.0)],
     ]
 
     class Scripted:
@@ -356,15 +355,21 @@ def test_losses_that_come_after_the_ping_raise_no_new_suspicion() -> None:
             self.calls.append(("discard", worker, ""))
 
         def poll(self, timeout: float) -> Sequence[Reply]:
+            seen.append(pool.states())
             return replies.pop(0)
 
-    outcome = Pool(make_items(2), Scripted(), size=1, on_event=lambda event: None).run()
+    seen: list[list[State]] = []
+    pool = Pool(
+        make_items(2), Scripted(), size=1, on_event=lambda event: None, limits=Limits(attempts=1)
+    )
+    outcome = pool.run()
+    assert seen[2:4] == [[State.SUSPECT], [State.BUSY]], "call 2 is still open"
     assert [call for call in Scripted.calls if call[0] != "submit"] == [
         ("start", 1, ""),
         ("ping", 1, ""),
         ("discard", 1, ""),
     ]
-    assert len(outcome.done) == 2
+    assert (outcome.done, set(outcome.quarantined)) == ({"item1": "a"}, {"item0"})
 
 
 # --- giving up ----------------------------------------------------------------------------------
@@ -399,6 +404,35 @@ def test_a_single_failure_to_start_is_repaired() -> None:
     outcome, _ = run(backend, make_items(3))
     assert len(outcome.done) == 3
     assert len(backend.actors) == 2
+
+
+def test_slow_starters_are_waited_for_when_others_fail() -> None:
+    """Three of four workers cannot start; the fourth is still loading by then."""
+    fails = script(start=[1, 1, 1])
+
+    def choose(kind: str, n: int) -> int:
+        return 0 if kind == "turn" else fails(kind, n)
+
+    backend = FakeBackend(choose, size=4)
+    plain = backend._act
+
+    def act(number: int) -> None:
+        if number != 4 or backend.polls > 8:
+            plain(number)
+
+    backend._act = act  # type: ignore[method-assign]
+    outcome, events = run(backend, make_items(12))
+    assert len(outcome.done) == 12
+    assert len(kinds(events, WorkerLost)) == 3
+
+
+def test_failures_to_start_count_in_a_row_only() -> None:
+    """Twice none, then one that works and is lost: as often as need be."""
+    rounds = 4
+    backend = FakeBackend(script(start=[1, 1, 0] * rounds, run=[0, 5] * (rounds - 1)), size=1)
+    outcome, _ = run(backend, make_items(20))
+    assert len(outcome.done) == 20
+    assert len(backend.actors) == 3 * rounds
 
 
 def test_losses_without_one_item_done_end_the_run() -> None:
@@ -461,6 +495,22 @@ def test_silence_of_workers_at_work() -> None:
     limits = Limits(start_seconds=100.0, stall_seconds=5000.0)
     with pytest.raises(WorkerError, match=r"nothing heard for 6000 s .* item0: they hang"):
         run(Hanging(size=1), make_items(1), clock=lambda: now[0], limits=limits)
+
+
+def test_a_run_may_be_long_as_long_as_it_is_heard_of() -> None:
+    now = [0.0]
+    backend = FakeBackend(size=1)
+
+    def pass_time() -> None:
+        now[0] += 50.0
+
+    backend.on_poll = pass_time
+    limits = Limits(start_seconds=60.0, stall_seconds=60.0)
+    outcome, events = run(backend, make_items(20), clock=lambda: now[0], limits=limits)
+    assert len(outcome.done) == 20
+    last = events[-1]
+    assert isinstance(last, RunFinished)
+    assert last.seconds == 50.0 * backend.polls
 
 
 # --- interruption -------------------------------------------------------------------------------
@@ -602,3 +652,12 @@ def test_states_follow_the_answers() -> None:
     pool.run()
     flat = [state for (state,) in seen]
     assert flat == [State.STARTING, State.BUSY, State.SUSPECT, State.BUSY, State.BUSY]
+
+
+def test_a_worker_without_calls_is_idle() -> None:
+    seen: list[list[State]] = []
+    backend = FakeBackend(size=2)
+    pool = Pool(make_items(2), backend, size=2, on_event=lambda event: None)
+    backend.on_poll = lambda: seen.append(pool.states())
+    pool.run()
+    assert seen[-1] == [State.IDLE, State.BUSY]

@@ -276,6 +276,8 @@ def test_losses_in_one_line() -> None:
         "192.0.2.2) was 22.90GB used / 23.54GB limit (0.97)\nOOM kill reason: ..."
     )
     unavailable = exceptions.ActorUnavailableError("Socket\nclosed", None)
+    node = exceptions.RayActorError(error_msg="No.\nThe actor died because its node has died.")
+    assert str(_translated(node)) == "the worker's machine was lost"
     assert str(_translated(memory)) == "worker ended: memory ran out (22.90GB used / 23.54GB)"
     assert "\n" not in str(_translated(unavailable))
     assert "Socket closed" in str(_translated(unavailable))
