@@ -250,7 +250,7 @@ class ProbeRun(Run):
         metadata=_about("Learning rate of attention training.", _PROBES, "X", unset="auto"),
     )
     batch_examples: Count = field(
-        default=2048, metadata=_about("Examples per step of attention training.", _PROBES, "N")
+        default=512, metadata=_about("Examples per step of attention training.", _PROBES, "N")
     )
     folds: Annotated[int, Rule(ge=2)] = field(
         default=5, metadata=_about("Folds of cross-validation.", _EVALUATION, "N")

@@ -6,7 +6,8 @@ import errno
 import json
 import os
 import secrets
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from typing import Any
 from actstore.checksum import crc32c
 from actstore.errors import ChecksumError, ResourceError
 
-__all__ = ["FileRecord", "file_record", "json_bytes", "publish", "remove_temporaries"]
+__all__ = ["FileRecord", "file_record", "json_bytes", "publish", "remove_temporaries", "replace"]
 
 _TEMPORARY = ".tmp-"
 
@@ -71,35 +72,55 @@ def publish(
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.parent / f"{_TEMPORARY}{os.getpid()}-{secrets.token_hex(6)}"
     crc, size = 0, 0
-    try:
-        with temporary.open("xb", buffering=0) as file:
-            for piece in pieces:
-                _write_all(file.fileno(), piece)
-                crc = crc32c(piece, crc)
-                size += len(piece)
-            os.fsync(file.fileno())
-        ours = FileRecord(size, f"{crc:08x}")
+    with _space_errors(path):
         try:
-            os.link(temporary, path)
-        except FileExistsError:
-            theirs = file_record(path)
-            if same and theirs.size != ours.size:
-                raise ChecksumError(
-                    f"{path} exists with {theirs.size} bytes where {ours.size} were expected: "
-                    "it was damaged or made by other software; move it away and run again"
-                ) from None
-            return theirs, False
-        _sync_folder(path.parent)
+            with temporary.open("xb", buffering=0) as file:
+                for piece in pieces:
+                    _write_all(file.fileno(), piece)
+                    crc = crc32c(piece, crc)
+                    size += len(piece)
+                os.fsync(file.fileno())
+            ours = FileRecord(size, f"{crc:08x}")
+            try:
+                os.link(temporary, path)
+            except FileExistsError:
+                theirs = file_record(path)
+                if same and theirs.size != ours.size:
+                    raise ChecksumError(
+                        f"{path} exists with {theirs.size} bytes where {ours.size} were expected: "
+                        "it was damaged or made by other software; move it away and run again"
+                    ) from None
+                return theirs, False
+            _sync_folder(path.parent)
+        finally:
+            temporary.unlink(missing_ok=True)
+    return ours, True
+
+
+def replace(path: Path, data: bytes) -> None:
+    """Write a file that replaces an earlier one at once: readers see the old or the new one."""
+    temporary = path.parent / f"{_TEMPORARY}{os.getpid()}-{secrets.token_hex(6)}"
+    with _space_errors(path):
+        try:
+            with temporary.open("xb", buffering=0) as file:
+                _write_all(file.fileno(), data)
+                os.fsync(file.fileno())
+            temporary.rename(path)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def _space_errors(path: Path) -> Iterator[None]:
+    try:
+        yield
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise ResourceError(
-                f"no space left while writing {path} ({size} bytes in): free space on that disk "
-                "and run the same command again; what was committed is kept"
+                f"no space left while writing {path}: free space on that disk and run the same "
+                "command again; what was committed is kept"
             ) from None
         raise
-    finally:
-        temporary.unlink(missing_ok=True)
-    return ours, True
 
 
 def _write_all(descriptor: int, piece: bytes | memoryview) -> None:
