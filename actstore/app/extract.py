@@ -37,7 +37,7 @@ from actstore.store.writer import (
 )
 from actstore.tokens import TokenMask, TokenTable, make_mask
 
-__all__ = ["Prepared", "prepare", "run"]
+__all__ = ["Prepared", "extract_all", "prepare", "run"]
 
 
 @dataclass(frozen=True)
@@ -65,12 +65,22 @@ class Prepared:
 
 def run(run: ExtractRun) -> int:
     """Carry out the command; the exit code."""
+    made = extract_all(run)
+    if made is not None:
+        _report(run, *made)
+    return 0
+
+
+def extract_all(run: ExtractRun) -> tuple[Store, int] | None:
+    """Plan, extract what is missing, and commit; the store and how many of its units were there
+    before (None after a dry run, which prints its findings)."""
     path = Path(run.store)
     reject_occupied(path)
     with make_display(run.progress) as display:
         prepared = prepare(run, display)
         if run.dry_run:
-            return _report_dry_run(run, prepared)
+            _report_dry_run(run, prepared)
+            return None
         if not (path / "zarr.json").exists():
             check_space(path, int(prepared.n_bytes() * 1.02))
             display(Stage("writing the token table"))
@@ -90,8 +100,7 @@ def run(run: ExtractRun) -> int:
                 _extract(run, store, prepared.info, display)
             display(Stage("committing"))
             finish_store(Store.open(path), _advance(display))
-    _report(run, Store.open(path), done_before)
-    return 0
+    return Store.open(path), done_before
 
 
 def prepare(run: ExtractRun, on_event: Callable[[Event], None]) -> Prepared:
@@ -250,7 +259,7 @@ def _executor(run: ExtractRun, n_items: int, device: str) -> Executor:
 # --- what people see --------------------------------------------------------------------------
 
 
-def _report_dry_run(run: ExtractRun, prepared: Prepared) -> int:
+def _report_dry_run(run: ExtractRun, prepared: Prepared) -> None:
     facts = {
         "model": run.model,
         "sites": list(prepared.manifest.request.sites),
@@ -265,7 +274,7 @@ def _report_dry_run(run: ExtractRun, prepared: Prepared) -> int:
     }
     if run.json:
         print_json(facts)
-        return 0
+        return
     shown = {
         **facts,
         "sites": ", ".join(prepared.manifest.request.sites),
@@ -274,7 +283,6 @@ def _report_dry_run(run: ExtractRun, prepared: Prepared) -> int:
     }
     print_facts(list(shown.items()))
     print("Nothing was written (--dry-run).")
-    return 0
 
 
 def _truncated(record: DatasetRecord) -> str:

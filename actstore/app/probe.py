@@ -89,7 +89,7 @@ def fit_all(run: ProbeRun) -> list[FitRecord]:
             return []
         out = Path(run.out)
         _claim(out, run, store, protocol)
-        _fit(run, store, units, protocol, out, display)
+        _fit(run, store, tasks, units, protocol, out, display)
     fits = load_fits(out)
     write_results(out, [record for records in fits.values() for record in records])
     return [record for unit in units for record in fits[unit.key]]
@@ -200,6 +200,7 @@ def _claim(out: Path, run: ProbeRun, store: Store, protocol: Protocol) -> None:
 def _fit(
     run: ProbeRun,
     store: Store,
+    tasks: dict[str, Task],
     units: Sequence[FitUnit],
     protocol: Protocol,
     out: Path,
@@ -209,7 +210,7 @@ def _fit(
     todo = [unit for unit in units if unit.key not in finished]
     if not todo:
         return
-    items = [WorkItem(unit.key, _cost(store, unit), unit) for unit in todo]
+    items = [WorkItem(unit.key, _cost(store, unit, tasks, protocol), unit) for unit in todo]
     worker = FitWorker(str(store.path.resolve()), str(out.resolve()), protocol)
     on_event(Stage("starting trainers"))
     workers = None if run.workers is None else min(run.workers, len(items))
@@ -229,12 +230,17 @@ def _fit(
         )
 
 
-def _cost(store: Store, unit: FitUnit) -> float:
-    """Relative time of a unit, so that the long ones start first."""
+def _cost(store: Store, unit: FitUnit, tasks: dict[str, Task], protocol: Protocol) -> float:
+    """Rough work of a unit in products of the rows, so that the long ones start first and the
+    time left can be told."""
+    fits = len(protocol.alphas) * protocol.folds * len(protocol.seeds)
+    classes = sum(tasks[spec].n_classes for spec in unit.tasks)
     if unit.probe == "attention":
-        return float(store.n_rows(unit.mask)) * sum(unit.heads) * len(unit.tasks) * 4
-    rows = store.n_rows(unit.mask) if unit.pool == "none" else store.n_examples
-    return float(rows) * len(unit.tasks)
+        rows_each = store.n_rows(unit.mask) / max(1, store.n_examples)
+        seen = min(store.n_examples, protocol.batch_examples) * protocol.steps
+        return seen * sum(unit.heads) * (3 * classes + 4 * rows_each * len(unit.tasks)) * fits
+    items = sum(tasks[spec].n_items for spec in unit.tasks) / len(unit.tasks)
+    return items * classes * 160.0 * fits
 
 
 # --- what people see --------------------------------------------------------------------------

@@ -26,7 +26,7 @@ def write_report(results: Path, out: str | None, style: str) -> Path:
     if not records:
         raise InputError(f"{results / FILE_NAME} holds no results: run `actstore probe` first")
     context = _context(results)
-    title = f"Probes of {context.get('model', results.name)}"
+    title = f"Probes of {_short(context.get('model', results.name))}"
     render = render_report if style == "html" else render_markdown
     page = render(records, title=title, context=context)
     path = Path(out) if out is not None else results / f"report.{style}"
@@ -36,6 +36,11 @@ def write_report(results: Path, out: str | None, style: str) -> Path:
     except OSError as error:
         raise ResourceError(f"{path} cannot be written: {error.strerror or error}") from None
     return path
+
+
+def _short(model: str) -> str:
+    """A hub id as it is; of a folder its last two names."""
+    return model if model.count("/") < 2 else "/".join(Path(model).parts[-2:])
 
 
 def _context(results: Path) -> dict[str, str]:

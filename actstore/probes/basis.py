@@ -34,6 +34,7 @@ _ROWS = 2048  # rows handled at a time while measuring and rotating
 _FLOAT32_STEP = 4 * float(np.finfo(np.float32).eps)
 _TINY = 1e-30  # a smaller spread cannot be undone in float32
 _UNEVEN = 100.0
+_SAME = 1e-6  # scales that differ by less are float32 rounding of the same scale
 _CONSTANT = 1e-3  # shared sd / own sd for a feature that is constant on the fit's own rows
 
 
@@ -212,21 +213,22 @@ class Transform:
 
     basis: Basis
     which: int
+    ratio: FloatArray
     matrix: Tensor | None
     factor: Tensor | None  # L of the row-space form
 
     @classmethod
     def build(cls, basis: Basis, which: int) -> Transform:
         ratio = basis.moments.ratio(which)
-        if np.all(np.abs(ratio - 1) < 1e-9):
-            return cls(basis, which, None, None)
+        if np.all(np.abs(ratio - 1) < _SAME):
+            return cls(basis, which, np.ones_like(ratio), None, None)
         rotation = basis.rotation
         d = torch.from_numpy(ratio).to(rotation.device, rotation.dtype).unsqueeze(1)
         if not basis.row_space:
-            return cls(basis, which, matmul_nt(rotation.t(), (rotation * d).t()), None)
+            return cls(basis, which, ratio, matmul_nt(rotation.t(), (rotation * d).t()), None)
         product = matmul_nt((rotation * d).t(), (rotation * d).t()).double()
         factor = torch.linalg.cholesky((product + product.t()) / 2)
-        return cls(basis, which, factor.to(rotation.dtype), factor)
+        return cls(basis, which, ratio, factor.to(rotation.dtype), factor)
 
     def apply(self, u: Tensor) -> Tensor:
         """Rows of weights [k, r] in the shared basis."""
@@ -239,14 +241,13 @@ class Transform:
     def raw(self, u: Tensor) -> npt.NDArray[np.float32]:
         """Coefficients [k, d], for features as they were given, of weights u [k, r]."""
         moments = self.basis.moments
-        ratio = moments.ratio(self.which)
         if self.factor is None:
             own = u.double() @ self.basis.rotation.double().t()
-            shared = own.cpu().numpy() * ratio
+            shared = own.cpu().numpy() * self.ratio
         else:
             inner = torch.linalg.solve_triangular(self.factor.t(), u.double().t(), upper=True)
             own = inner.t() @ self.basis.rotation.double().t()
-            shared = own.cpu().numpy() * ratio**2
+            shared = own.cpu().numpy() * self.ratio**2
         shared[:, moments.own_constant[self.which]] = 0.0
         with np.errstate(over="ignore"):
             coef: npt.NDArray[np.float32] = (shared / moments.scale).astype(np.float32)

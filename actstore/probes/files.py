@@ -20,7 +20,8 @@ from actstore.store.publish import replace
 
 __all__ = ["load_probe", "save_attention", "save_linear"]
 
-_FORMAT = "1"
+_KEY = "actstore.probe"
+_FORMAT = 1
 _KINDS: dict[str, tuple[type[LinearFit] | type[AttentionFit], tuple[str, ...]]] = {
     "linear": (LinearFit, ("coef", "intercept")),
     "attention": (AttentionFit, ("query", "position", "value", "bias")),
@@ -47,13 +48,10 @@ def _save(
         for field in dataclasses.fields(fit)
         if field.name not in names
     }
-    header = {
-        "actstore.probe": _FORMAT,
-        "kind": kind,
-        "fit": json.dumps(facts, sort_keys=True),
-        "metadata": json.dumps(dict(metadata), sort_keys=True, ensure_ascii=False),
-    }
-    replace(path, save(tensors, header))
+    header = {"format": _FORMAT, "kind": kind, "fit": facts, "metadata": dict(metadata)}
+    # one key, because safetensors writes several in no fixed order
+    text = json.dumps(header, sort_keys=True, ensure_ascii=False)
+    replace(path, save(tensors, {_KEY: text}))
 
 
 def load_probe(path: Path) -> tuple[LinearFit | AttentionFit, dict[str, Any]]:
@@ -72,14 +70,16 @@ def load_probe(path: Path) -> tuple[LinearFit | AttentionFit, dict[str, Any]]:
         ) from None
     except (SafetensorError, OSError) as error:
         raise InputError(f"{path} is not a probe that can be read: {_line(error)}") from None
-    if header.get("actstore.probe") != _FORMAT or header.get("kind") not in _KINDS:
-        raise InputError(f"{path} is a safetensors file, but not a probe made by this version")
-    make, names = _KINDS[header["kind"]]
+    if _KEY not in header:
+        raise InputError(f"{path} is a safetensors file, but not a probe")
     try:
-        facts = json.loads(header["fit"])
-        metadata = json.loads(header["metadata"])
+        said = json.loads(header[_KEY])
+        if said["format"] != _FORMAT:
+            raise InputError(f"{path} is a probe of format {said['format']!r}, not {_FORMAT}")
+        make, names = _KINDS[said["kind"]]
+        facts, metadata = said["fit"], said["metadata"]
         arrays = {name: tensors[name] for name in names}
-        _check_shapes(header["kind"], arrays)
+        _check_shapes(said["kind"], arrays)
         return make(**arrays, **facts), dict(metadata)
     except (KeyError, TypeError, ValueError) as error:
         raise InputError(f"{path} is damaged: {_line(error)}; fit the probe again") from None

@@ -101,7 +101,7 @@ def health(fits: Sequence[Fit], tasks: Sequence[TaskResults]) -> tuple[list[Sent
         out.append([f"In cross-validation {count(folds, 'fit')} did not converge."])
     if gaps:
         pairs = count(gaps, "pair")
-        out.append([f"{pairs} of site and probe {'has' if gaps == 1 else 'have'} no row."])
+        out.append([f"{pairs} of site and probe {'was' if gaps == 1 else 'were'} not fitted."])
     dropped = sum(int(max(fit.number("dropped") or 0 for fit in task.fits)) for task in tasks)
     if dropped:
         verb = "has" if dropped == 1 else "have"

@@ -55,7 +55,7 @@ def heat_map(task: TaskResults, names: Names, scale: Scale) -> str:
         for series in task.series:
             point = task.points.get((series, site))
             if point is None or point.accuracy is None:
-                word = "no row" if point is None else "no result"
+                word = "not fitted" if point is None else "no result"
                 cells.append(f'<td class="gap">{word}</td>')
                 continue
             step = round((STEPS - 1) * scale.share(point.accuracy))

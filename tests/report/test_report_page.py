@@ -284,7 +284,7 @@ def test_gaps_failures_and_limits_are_said_on_the_first_screen() -> None:
     assert "2 of 7 fits did not converge: iteration limit (1), line search (1)." in text
     assert "1 fit has no result." in text
     assert "In cross-validation 2 fits did not converge." in text
-    assert "1 pair of site and probe has no row." in text
+    assert "1 pair of site and probe was not fitted." in text
     assert "5 items have no row in their mask and are left out." in text
     assert "Unit 7 is quarantined." in text
     assert text.index("Unit 7") < text.index("Best:")
