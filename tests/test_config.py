@@ -70,7 +70,7 @@ def spec_of(run_class: type, name: str) -> OptionSpec:
                 "alphas": (0.0, 0.001, 0.01, 0.1),
                 "steps": 500,
                 "learning_rate": None,
-                "batch_examples": 2048,
+                "batch_examples": 512,
                 "folds": 5,
                 "test_fraction": 0.2,
                 "seeds": (0,),

@@ -12,7 +12,7 @@ weights, so a fitted probe applies to raw rows and no held-out row has been look
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -22,10 +22,13 @@ from torch import Tensor
 
 from actstore.errors import InputError
 from actstore.probes.attention_math import (
+    Chunk,
     Parameters,
     attend,
     chunks,
+    example_stream,
     loss_and_gradient,
+    rate_at,
     scores,
 )
 
@@ -39,6 +42,8 @@ Bool = npt.NDArray[np.bool_]
 LEARNING_RATE = 0.003
 _BETAS = (0.9, 0.999)
 _EPSILON = 1e-8
+#: Most numbers in the rows for which padded chunks are kept from step to step.
+_KEPT_NUMBERS = 30_000_000
 
 
 @dataclass(frozen=True)
@@ -155,17 +160,22 @@ def fit_attention(
         InputError: labels, masks or rows that do not fit together.
     """
     _check(rows, offsets, problems, position)
-    groups: dict[tuple[int, int], list[int]] = {}
+    # Seeds apart, since each has folds of its own: together they would cut the examples into as
+    # many small sets as there are combinations of folds.
+    groups: dict[tuple[int, int, int], list[int]] = {}
     for number, problem in enumerate(problems):
         width = 1 if problem.n_classes == 2 else problem.n_classes
-        groups.setdefault((width, problem.heads), []).append(number)
+        groups.setdefault((width, problem.heads, problem.seed), []).append(number)
+    has_rows = np.diff(offsets) > 0
+    used = np.flatnonzero(np.any([p.train for p in problems], axis=0) & has_rows)
+    stream = example_stream(used, steps, batch_examples, stream_seed)
     fits: dict[int, AttentionFit] = {}
     source = torch.from_numpy(np.ascontiguousarray(rows, np.float32)).to(device)
-    for (width, heads), numbers in groups.items():
+    for (width, heads, _), numbers in groups.items():
         chosen = [problems[number] for number in numbers]
         with torch.inference_mode():
             trainer = _Trainer(source, offsets, chosen, width, heads, position, learning_rate)
-            done = trainer.train(steps, batch_examples, stream_seed, progress)
+            done = trainer.train(stream, progress)
         fits.update(zip(numbers, done, strict=True))
     return [fits[number] for number in range(len(problems))]
 
@@ -189,6 +199,13 @@ class _Trainer:
         m, d = len(problems), rows.shape[1]
         has_rows = np.diff(offsets) > 0
         self.train_mask = np.stack([problem.train & has_rows for problem in problems])
+        # Examples that the same problems train on go together: a fold's held-out problems are
+        # then skipped rather than multiplied by zero.
+        patterns, which = np.unique(self.train_mask, axis=1, return_inverse=True)
+        self._active = [np.flatnonzero(column) for column in patterns.T]
+        self._pattern = which.reshape(-1)
+        self._kept: dict[int, list[Chunk]] = {}
+        self._same_every_step = False
         self.y = torch.from_numpy(np.stack([problem.y for problem in problems])).to(rows.device)
         self.center, self.scale = self._statistics()
         v = torch.empty(m, width, heads * d, dtype=rows.dtype)
@@ -245,16 +262,19 @@ class _Trainer:
         return out
 
     def train(
-        self, steps: int, batch: int, stream_seed: int, progress: Callable[[int], None] | None
+        self, stream: Sequence[Int64], progress: Callable[[int], None] | None
     ) -> list[AttentionFit]:
+        """Train on the examples of each step; all of them the same array if every step sees all."""
+        steps = len(stream)
+        self._same_every_step = all(examples is stream[0] for examples in stream)
         began = time.perf_counter()
         theta = self.theta
         moments = (theta.zeros(), theta.zeros())
         decay = self.learning_rate * self.alpha
         gradient, loss = theta.zeros(), torch.zeros(len(theta.b))
-        for step, examples in enumerate(self._stream(steps, batch, stream_seed)):
+        for step, examples in enumerate(stream):
             loss, gradient = self._gradient(examples)
-            rate = _rate(step, steps)
+            rate = rate_at(step, steps)
             correct = [1 - beta ** (step + 1) for beta in _BETAS]
             for name in ("q", "w", "v", "b"):
                 p, g = getattr(theta, name), getattr(gradient, name)
@@ -270,31 +290,15 @@ class _Trainer:
                 progress(1)
         return self._results(loss, gradient, steps, time.perf_counter() - began)
 
-    def _stream(self, steps: int, batch: int, seed: int) -> list[Int64]:
-        """The examples of each step: a shuffled pass after the other over those that any problem
-        trains on; all of them every time when they fit one batch."""
-        used = np.flatnonzero(self.train_mask.any(axis=0))
-        if len(used) <= batch:
-            return [used] * steps
-        rng = np.random.default_rng(seed)
-        found: list[Int64] = []
-        while len(found) < steps:
-            order = rng.permutation(used)
-            found += [np.sort(order[i : i + batch]) for i in range(0, len(used) - batch + 1, batch)]
-        return found[:steps]
-
     def _gradient(self, examples: Int64) -> tuple[Tensor, Parameters]:
         """Mean training loss [M] of a batch, and its gradient in standardised features."""
         device = self.rows.device
-        masks = self.train_mask[:, examples]
-        counts = np.maximum(masks.sum(axis=1), 1)
-        # Examples that the same problems train on go together: a fold's held-out problems are
-        # then skipped rather than multiplied by zero.
-        patterns, which = np.unique(masks, axis=1, return_inverse=True)
+        counts = np.maximum(self.train_mask[:, examples].sum(axis=1), 1)
+        pattern = self._pattern[examples]
         total = self.theta.zeros()
         loss = torch.zeros(len(self.theta.b)).to(self.rows)
-        for number in range(patterns.shape[1]):
-            active = np.flatnonzero(patterns[:, number])
+        for number in np.unique(pattern).tolist():
+            active = self._active[number]
             if not len(active):
                 continue
             index = torch.from_numpy(active).to(device)
@@ -302,11 +306,8 @@ class _Trainer:
             raw = self._to_raw(theta, scale)
             center = self.center[index]
             out = raw.zeros()
-            chosen = examples[which.reshape(-1) == number]
             weight = torch.from_numpy(1.0 / counts[active]).to(self.rows)
-            for chunk in chunks(
-                self.rows, self.offsets, chosen, self.heads, self.position == "end"
-            ):
+            for chunk in self._chunks(number, examples[pattern == number]):
                 at = torch.from_numpy(chunk.examples).to(device)
                 y = self.y[index][:, at]
                 weights = weight[:, None].expand(-1, len(at))
@@ -315,6 +316,17 @@ class _Trainer:
             for mine, part in zip(total.tensors(), found.tensors(), strict=True):
                 mine[index] += part
         return loss, total
+
+    def _chunks(self, pattern: int, examples: Int64) -> Iterable[Chunk]:
+        """Chunks of a batch's examples of one pattern; kept for the next step where every step
+        sees all examples and they are small."""
+        if pattern in self._kept:
+            return self._kept[pattern]
+        cut = chunks(self.rows, self.offsets, examples, self.heads, self.position == "end")
+        if not self._same_every_step or self.rows.numel() > _KEPT_NUMBERS:
+            return cut
+        self._kept[pattern] = list(cut)
+        return self._kept[pattern]
 
     def _to_raw(self, theta: Parameters, scale: Tensor) -> Parameters:
         """Divide what multiplies features by their scale."""
@@ -347,14 +359,6 @@ class _Trainer:
                 )
             )
         return fits
-
-
-def _rate(step: int, steps: int) -> float:
-    """Warm-up over the first 5 % of the steps, then half a cosine down to zero."""
-    warm = max(1, steps // 20)
-    if step < warm:
-        return (step + 1) / warm
-    return float(0.5 * (1 + np.cos(np.pi * (step - warm) / max(1, steps - warm))))
 
 
 def _check(

@@ -26,7 +26,16 @@ from torch import Tensor
 
 from actstore.probes.gemm import matmul_nt
 
-__all__ = ["Chunk", "Parameters", "attend", "chunks", "loss_and_gradient", "scores"]
+__all__ = [
+    "Chunk",
+    "Parameters",
+    "attend",
+    "chunks",
+    "example_stream",
+    "loss_and_gradient",
+    "rate_at",
+    "scores",
+]
 
 Int64 = npt.NDArray[np.int64]
 
@@ -185,3 +194,25 @@ def _loss(z: Tensor, y: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
     g = log_p.exp()
     g.scatter_add_(-1, y[:, None], -torch.ones_like(g[:, :1]))
     return loss, g * weight[:, None]
+
+
+def example_stream(used: Int64, steps: int, batch: int, seed: int) -> list[Int64]:
+    """The examples of each step: one shuffled pass over `used` after the other, or all of them
+    every time (the same array) when they fit one batch."""
+    if len(used) <= batch:
+        return [used] * steps
+    rng = np.random.default_rng(seed)
+    found: list[Int64] = []
+    while len(found) < steps:
+        order = rng.permutation(used)
+        found += [np.sort(order[i : i + batch]) for i in range(0, len(used) - batch + 1, batch)]
+    return found[:steps]
+
+
+def rate_at(step: int, steps: int) -> float:
+    """Share of the learning rate: warm-up over the first 5 % of the steps, then half a cosine
+    down to zero."""
+    warm = max(1, steps // 20)
+    if step < warm:
+        return (step + 1) / warm
+    return float(0.5 * (1 + np.cos(np.pi * (step - warm) / max(1, steps - warm))))

@@ -25,7 +25,14 @@ from actstore.probes.batch import GAP, OBJECTIVE_FLOOR
 from actstore.probes.lbfgs import Options, Stop
 from actstore.probes.solve import Solved, Solver
 
-__all__ = ["ALPHA_FLOOR", "LinearFit", "LinearProblem", "fit_logistic", "probabilities"]
+__all__ = [
+    "ALPHA_FLOOR",
+    "LinearFit",
+    "LinearProblem",
+    "check_matrix",
+    "fit_logistic",
+    "probabilities",
+]
 
 ALPHA_FLOOR = 1e-6
 _CHUNK = 8192
@@ -116,7 +123,7 @@ def fit_logistic(
     infinite values, and ResourceError when a single problem needs more memory than the limit.
     """
     x = np.asanyarray(x)
-    _check_matrix(x)
+    check_matrix(x)
     for number, problem in enumerate(problems):
         _check_problem(number, problem, len(x))
     if not problems:
@@ -176,7 +183,8 @@ def _distinct(arrays: list[npt.NDArray[Any]]) -> tuple[npt.NDArray[Any], list[in
     return np.stack([arrays[first] for first in firsts]), numbers
 
 
-def _check_matrix(x: npt.NDArray[np.generic]) -> None:
+def check_matrix(x: npt.NDArray[np.generic]) -> None:
+    """InputError naming the first row and feature that is NaN or infinite."""
     if x.ndim != 2 or 0 in x.shape:
         raise InputError(f"the matrix must be [rows, features] and not empty: it is {x.shape}")
     for start in range(0, len(x), _CHUNK):

@@ -72,6 +72,7 @@ def test_a_run_of_everything(
         heads=(1, 2),
         attention_layers=(2,),
         pool=("mean", "max"),
+        alphas=(0.001, 0.1),
         steps=150,
         seeds=(0, 1),
     )

@@ -15,11 +15,17 @@ from actstore.errors import InputError
 from actstore.probes.attention import (
     AttentionFit,
     AttentionProblem,
-    _rate,
     _Trainer,
     fit_attention,
 )
-from actstore.probes.attention_math import Parameters, chunks, loss_and_gradient, scores
+from actstore.probes.attention_math import (
+    Parameters,
+    chunks,
+    example_stream,
+    loss_and_gradient,
+    rate_at,
+    scores,
+)
 
 
 def ragged(n: int, d: int, *, seed: int = 0, empty: bool = False) -> tuple[np.ndarray, np.ndarray]:
@@ -102,8 +108,7 @@ def test_training_follows_torch_adamw(n_classes: int, batch: int) -> None:
     )
     width = 1 if n_classes == 2 else n_classes
     source = torch.from_numpy(rows)
-    shared = _Trainer(source, offsets, problems, width, heads, "end", lr)
-    stream = shared._stream(steps, batch, 0)
+    stream = example_stream(np.arange(n), steps, batch, 0)
     for i, problem in enumerate(problems):
         alone = _Trainer(source, offsets, [problem], width, heads, "end", lr)
         center, scale = alone.center[0].double(), alone.scale[0].double()
@@ -113,7 +118,7 @@ def test_training_follows_torch_adamw(n_classes: int, batch: int) -> None:
         optimiser = torch.optim.AdamW([decayed, free], lr=lr)
         for step, examples in enumerate(stream):
             for group in optimiser.param_groups:
-                group["lr"] = lr * _rate(step, steps)
+                group["lr"] = lr * rate_at(step, steps)
             total, count = torch.zeros(()).double(), 0
             for e in examples[problem.train[examples]]:
                 part = (source[offsets[e] : offsets[e + 1]].double() - center) / scale
