@@ -6,8 +6,9 @@ The objective of one problem, on features standardised over its own training row
 
 that is scikit-learn's `LogisticRegression` with C = 1 / (alpha * sum of weights). A fit counts as
 `converged` only when its certificate proves that the objective is within 1e-6 (relative) of the
-optimum, or 1e-5 where alpha is below 1e-5; problems that float32 cannot take there are finished in
-float64.
+optimum. For an alpha below 1e-5, which stands for no penalty at all and where the certificate
+overstates the distance about a hundredfold, 1e-2 has to be proved; `gap_bound` says what was.
+Problems that float32 cannot take there are finished in float64.
 """
 
 from __future__ import annotations
