@@ -7,11 +7,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from actstore.errors import NotAStoreError
+from actstore.errors import NotAStoreError, UnknownNameError
+from actstore.pooling import POOLS
+from actstore.site import Site
+from actstore.tokens import MASK_NAMES
 
 __all__ = ["DatasetRecord", "Manifest", "ModelRecord", "Request", "Software"]
 
 FORMAT_VERSION = 1
+STORED_DTYPES = ("float32", "float16", "bfloat16")
 
 
 @dataclass(frozen=True)
@@ -96,17 +100,39 @@ class Manifest:
             request = dict(data["request"])
             for name in ("sites", "masks", "pools"):
                 request[name] = tuple(str(item) for item in request[name])
-            return cls(
+            manifest = cls(
                 ModelRecord(**data["model"]),
                 DatasetRecord(**data["dataset"]),
                 Request(**request),
                 Software(**data["software"]),
             )
-        except (KeyError, TypeError) as error:
+            manifest._check()
+            return manifest  # noqa: TRY300
+        except (KeyError, TypeError, ValueError, UnknownNameError) as error:
             raise NotAStoreError(
                 f"{path}/zarr.json lacks or misspells part of the store's identity ({error}): "
                 "restore it from a copy"
             ) from None
+
+    def _check(self) -> None:
+        """ValueError or UnknownNameError for values that no store of ours has: sizes decide what
+        is mapped and how it is read, and names become paths."""
+        model, data, request = self.model, self.dataset, self.request
+        for size, most in (
+            (model.n_blocks, 10**5),
+            (model.d_model, 10**7),
+            (data.n_examples, 10**12),
+            (data.n_tokens, 10**15),
+        ):
+            if type(size) is not int or not 0 <= size <= most:
+                raise ValueError(f"size {size!r}")
+        if request.dtype not in STORED_DTYPES or model.d_model < 1:
+            raise ValueError(f"dtype {request.dtype!r}, d_model {model.d_model}")
+        for site in request.sites:
+            Site.parse(site)
+        unknown = {*request.masks} - {*MASK_NAMES} | {*request.pools} - {*POOLS}
+        if unknown or not request.masks or not request.sites:
+            raise ValueError(f"masks {request.masks}, pools {request.pools}")
 
     def differences(self, other: Manifest, *, software: bool) -> list[str]:
         """Where `other` differs in anything that decides the stored bytes, as readable phrases.
@@ -126,5 +152,5 @@ class Manifest:
 
 
 def _short(value: Any) -> str:
-    text = ",".join(value) if isinstance(value, tuple) else str(value)
+    text = ",".join(value) or "none" if isinstance(value, tuple) else str(value)
     return text if len(text) <= 60 else text[:57] + "..."

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -74,7 +75,7 @@ def run(run: ExtractRun) -> int:
 def extract_all(run: ExtractRun) -> tuple[Store, int] | None:
     """Plan, extract what is missing, and commit; the store and how many of its units were there
     before (None after a dry run, which prints its findings)."""
-    path = Path(run.store)
+    path = Path(run.store).resolve()
     reject_occupied(path)
     with make_display(run.progress) as display:
         prepared = prepare(run, display)
@@ -144,7 +145,7 @@ def prepare(run: ExtractRun, on_event: Callable[[Event], None]) -> Prepared:
     )
     manifest = Manifest(
         ModelRecord(
-            run.model,
+            str(Path(run.model).resolve()) if Path(run.model).is_dir() else run.model,
             info.revision,
             info.model_type,
             info.architecture,
@@ -319,4 +320,4 @@ def _report(run: ExtractRun, store: Store, done_before: int) -> None:
     )
     if data.n_truncated:
         print(f"Truncated: {_truncated(data)}.")
-    print(f"Next: actstore probe --store {run.store} --task COLUMN --out results")
+    print(f"Next: actstore probe --store {shlex.quote(run.store)} --task COLUMN --out results")

@@ -116,7 +116,7 @@ def _rows(
         for text in texts
     ]
     mask = make_mask(str(metadata["mask"]), tokens, spans)
-    if mask.name != "words" and not mask.lengths.all():
+    if not mask.lengths.all():
         empty = int(np.flatnonzero(mask.lengths == 0)[0])
         raise InputError(f"text {empty + 1} ({texts[empty]!r}) has no token under {mask.name}")
     site = Site.parse(str(metadata["site"]))

@@ -25,14 +25,21 @@ from actstore.evaluate.protocol import (
     load_groups,
     load_task,
 )
-from actstore.evaluate.results import FitRecord, ResultTable, format_table, write_results
+from actstore.evaluate.results import (
+    FitRecord,
+    ResultTable,
+    format_table,
+    merge_records,
+    write_results,
+)
 from actstore.evaluate.split import make_split
 from actstore.runtime.events import Event, Stage
 from actstore.runtime.execute import WorkItem
 from actstore.runtime.progress import make_display
 from actstore.runtime.ray import RayExecutor
+from actstore.store.metadata import load_json
 from actstore.store.publish import file_record, json_bytes, publish
-from actstore.store.reader import Store, load_json
+from actstore.store.reader import Store
 from actstore.task import Task
 
 __all__ = ["FitWorker", "best_records", "fit_all", "plan_fits", "run"]
@@ -91,7 +98,8 @@ def fit_all(run: ProbeRun) -> list[FitRecord]:
         _claim(out, run, store, protocol)
         _fit(run, store, tasks, units, protocol, out, display)
     fits = load_fits(out)
-    write_results(out, [record for records in fits.values() for record in records])
+    # A fit may be in two units, when a later run asked for more heads or tasks: either will do.
+    write_results(out, merge_records((), (r for records in fits.values() for r in records)))
     return [record for unit in units for record in fits[unit.key]]
 
 

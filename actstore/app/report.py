@@ -9,7 +9,7 @@ from actstore.config import ReportRun
 from actstore.errors import InputError, ResourceError
 from actstore.evaluate.results import FILE_NAME, read_results
 from actstore.report import render_markdown, render_report
-from actstore.store.reader import load_json
+from actstore.store.metadata import load_json
 
 __all__ = ["run", "write_report"]
 

@@ -352,8 +352,10 @@ def _weights_file(unit: FitUnit, case: _Case) -> str:
 
 
 def _file_name(text: str) -> str:
-    """A column's name as a folder's: anything unusual becomes `_`, plus a digest to stay unique."""
-    plain = re.sub(r"[^A-Za-z0-9_-]+", "_", text)
-    if plain == text.replace(":", "_") and plain:
-        return plain
-    return f"{plain[:60]}-{hashlib.blake2b(text.encode(), digest_size=4).hexdigest()}"
+    """A task as a folder's name, different for different tasks: anything unusual becomes `_`, and
+    then a digest keeps it apart."""
+    kind, column = ("words.", text[6:]) if text.startswith("words:") else ("", text)
+    plain = re.sub(r"[^A-Za-z0-9_-]+", "_", column)
+    if plain == column and plain:
+        return kind + plain
+    return f"{kind}{plain[:60]}-{hashlib.blake2b(text.encode(), digest_size=4).hexdigest()}"

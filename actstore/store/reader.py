@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 import sys
-from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,21 +10,23 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from actstore.errors import DamagedStoreError, NotAStoreError, UnknownNameError
+from actstore.errors import ChecksumError, DamagedStoreError, NotAStoreError, UnknownNameError
 from actstore.manifest import Manifest
-from actstore.plan import MaskPlan, Plan, WorkUnit
+from actstore.plan import Plan, WorkUnit
 from actstore.site import Site, site_of_layer
 from actstore.store.arrays import ArrayReader, read_array
 from actstore.store.layout import (
     COMMITS,
     DENSE_MASKS,
+    FORMAT_VERSION,
     PENDING,
     ArraySpec,
     parse_array_json,
     pooled_spec,
     rows_spec,
 )
-from actstore.store.publish import FileRecord
+from actstore.store.metadata import UnitReceipt, load_json, load_records, parse_plan
+from actstore.store.publish import FileRecord, file_record
 from actstore.tokens import TokenMask, TokenTable
 
 if TYPE_CHECKING:
@@ -34,50 +34,10 @@ if TYPE_CHECKING:
 
     from actstore.store.view import View
 
-__all__ = ["Store", "UnitReceipt", "load_json"]
+__all__ = ["Store"]
 
 Int32 = npt.NDArray[np.int32]
 Int64 = npt.NDArray[np.int64]
-
-
-def load_json(path: Path) -> Any:
-    """Parse a metadata file of a store; DamagedStoreError names it."""
-    try:
-        return json.loads(path.read_bytes())
-    except FileNotFoundError:
-        raise DamagedStoreError(
-            f"{path} is missing: restore it from a copy, or extract the store again"
-        ) from None
-    except ValueError as error:
-        raise DamagedStoreError(f"{path} is not valid JSON ({error}): restore it") from None
-
-
-@dataclass(frozen=True)
-class UnitReceipt:
-    """What one unit wrote: `shards` (final files) and `parts` (rows awaiting compaction)."""
-
-    unit: int
-    shards: dict[str, FileRecord]
-    parts: dict[str, FileRecord]
-
-    def to_json(self) -> dict[str, Any]:
-        return {
-            "unit": self.unit,
-            "shards": {key: record.to_json() for key, record in self.shards.items()},
-            "parts": {key: record.to_json() for key, record in self.parts.items()},
-        }
-
-    @classmethod
-    def load(cls, path: Path) -> UnitReceipt:
-        data = load_json(path)
-        try:
-            shards = {str(k): FileRecord.from_json(v) for k, v in data["shards"].items()}
-            parts = {str(k): FileRecord.from_json(v) for k, v in data["parts"].items()}
-            return cls(int(data["unit"]), shards, parts)
-        except (KeyError, TypeError, ValueError, AttributeError):
-            raise DamagedStoreError(
-                f"{path} is not a unit's manifest: delete it and run again"
-            ) from None
 
 
 class Store:
@@ -107,7 +67,21 @@ class Store:
         manifest = Manifest.from_json(str(path), attributes)
         if manifest.request.dtype == "bfloat16" and "zarr" in sys.modules:
             import actstore.store.zarr_dtype  # noqa: F401  (see there why)
-        return cls(root, manifest, _parse_plan(root))
+        store = cls(root, manifest, parse_plan(root, manifest.dataset.n_examples))
+        store._check_identity()
+        return store
+
+    def _check_identity(self) -> None:
+        """The two files that say how to read all others are those that were written: otherwise
+        intact shards would give wrong rows."""
+        wanted = {"zarr.json": self.files.get("zarr.json")}
+        for commit in self.commits:
+            wanted["plan.json"] = self.committed(commit)["files"].get("plan.json")
+        for key, record in wanted.items():
+            if record is None or file_record(self.path / key) != record:
+                raise ChecksumError(
+                    f"{self.path}/{key} is not the file that was committed: restore it from a copy"
+                )
 
     # --- what it holds ----------------------------------------------------------------------
 
@@ -224,7 +198,12 @@ class Store:
 
     def _table_reader(self, key: str) -> ArrayReader:
         if key not in self._arrays:
-            spec = parse_array_json(key, load_json(self.path / key / "zarr.json"))
+            meta = f"{key}/zarr.json"
+            spec = parse_array_json(key, load_json(self.path / meta))
+            if file_record(self.path / meta) != self.files.get(meta) or (
+                spec.n_shards > len(self.files)
+            ):
+                raise ChecksumError(f"{self.path}/{meta} is not the file that was made: restore it")
             self._arrays[key] = ArrayReader(self.path, spec, self.files, lambda _: f"table {key}")
         return self._arrays[key]
 
@@ -295,13 +274,21 @@ class Store:
     @cached_property
     def files(self) -> dict[str, FileRecord]:
         """Records of the files made before extraction: metadata, token table, examples."""
-        try:
-            listed = load_json(self.path / "plan.json")["files"]
-            return {str(key): FileRecord.from_json(value) for key, value in listed.items()}
-        except (KeyError, TypeError, ValueError, AttributeError):
-            raise DamagedStoreError(
-                f"{self.path}/plan.json lists files wrongly: restore it from a copy"
-            ) from None
+        path = self.path / "plan.json"
+        return load_records(path, load_json(path).get("files"))
+
+    def committed(self, path: Path) -> dict[str, dict[str, FileRecord]]:
+        """The records `shards` and `files` of a commit; DamagedStoreError if it is none."""
+        data = load_json(path)
+        sound = (
+            isinstance(data, dict)
+            and data.get("format") == FORMAT_VERSION
+            and path.name == f"{data.get('commit')!s:0>8}.json"
+            and data.get("units") == len(self.plan.units)
+        )
+        if not sound:
+            raise DamagedStoreError(f"{path} is not a commit of this store: restore or remove it")
+        return {name: load_records(path, data.get(name)) for name in ("shards", "files")}
 
     @cached_property
     def commits(self) -> tuple[Path, ...]:
@@ -321,11 +308,7 @@ class Store:
         """Records of every shard that belongs to the store."""
         found: dict[str, FileRecord] = {}
         for path in self.commits:
-            try:
-                listed = load_json(path)["shards"]
-                found.update({str(k): FileRecord.from_json(v) for k, v in listed.items()})
-            except (KeyError, TypeError, ValueError, AttributeError):
-                raise DamagedStoreError(f"{path} is not a commit: restore it from a copy") from None
+            found.update(self.committed(path)["shards"])
         for receipt in self.pending.values():
             found.update(receipt.shards)
         return found
@@ -338,20 +321,3 @@ class Store:
     @property
     def n_units_done(self) -> int:
         return len(self.plan.units) if self.complete else len(self.pending)
-
-
-def _parse_plan(root: Path) -> Plan:
-    data = load_json(root / "plan.json")
-    try:
-        stops, tokens = data["units"]["stop"], data["units"]["tokens"]
-        firsts = [0, *stops[:-1]]
-        units = tuple(
-            WorkUnit(index, int(first), int(stop), int(n))
-            for index, (first, stop, n) in enumerate(zip(firsts, stops, tokens, strict=True))
-        )
-        masks = {str(name): MaskPlan(**value) for name, value in data["masks"].items()}
-    except (KeyError, TypeError, ValueError, AttributeError):
-        raise DamagedStoreError(
-            f"{root}/plan.json is not a plan of this format: restore it from a copy"
-        ) from None
-    return Plan(units, masks)

@@ -40,6 +40,7 @@ from actstore.store.layout import (
     rows_spec,
     table_spec,
 )
+from actstore.store.metadata import UnitReceipt, load_json
 from actstore.store.publish import (
     FileRecord,
     file_record,
@@ -47,7 +48,7 @@ from actstore.store.publish import (
     publish,
     remove_temporaries,
 )
-from actstore.store.reader import Store, UnitReceipt, load_json
+from actstore.store.reader import Store
 from actstore.store.shard import publish_shard
 from actstore.tokens import TokenMask, TokenTable
 
@@ -95,7 +96,11 @@ def reject_occupied(path: Path) -> None:
     """InputError if something other than a store (or an empty folder) is at `path`."""
     if (path / "zarr.json").is_file():
         Manifest.from_json(str(path), load_json(path / "zarr.json").get("attributes"))
-    elif path.exists() and (not path.is_dir() or any(path.iterdir())):
+        return
+    above = next(folder for folder in (path, *path.absolute().parents) if folder.exists())
+    if not above.is_dir():
+        raise InputError(f"{path} cannot be made: {above} is a file; choose another --store")
+    if path.exists() and any(path.iterdir()):
         raise InputError(
             f"{path} exists and is not an activation store: choose another --store, "
             "or remove what is there"
@@ -123,9 +128,11 @@ def create_store(
         _write_skeleton(building, manifest, plan, tokens, masks, examples)
         try:
             building.rename(path)
-        except OSError:
+        except OSError as error:
             if not (path / "zarr.json").is_file():
-                raise
+                raise InputError(
+                    f"{path} cannot be made ({error.strerror}): choose another --store"
+                ) from None
     finally:
         shutil.rmtree(building, ignore_errors=True)
 

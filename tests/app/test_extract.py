@@ -182,7 +182,11 @@ def test_dry_run_says_the_size_and_writes_nothing(
 
 
 def test_verify_against_the_model(
-    gpt2: Path, texts: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    gpt2: Path,
+    texts: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     run_extract(gpt2, texts, tmp_path / "s", sites=("resid_mid.1", "final_norm"))
     wanted = VerifyRun(store=str(tmp_path / "s"), against_model=10, json=True)
@@ -191,12 +195,13 @@ def test_verify_against_the_model(
     said = json.loads(capsys.readouterr().out)
     assert set(said["distances"]) == {"resid_mid.1", "final_norm"}
     assert max(said["distances"].values()) <= 1e-5
-    # rows of another store, intact in themselves, are found out by the model alone
-    other = make_tiny_model("gpt2", tmp_path / "other", seed=1)
-    run_extract(other, texts, tmp_path / "t", sites=("resid_mid.1", "final_norm"))
-    for name in ("acts", "commits"):
-        (tmp_path / "s" / name).rename(tmp_path / f"old-{name}")
-        (tmp_path / "t" / name).rename(tmp_path / "s" / name)
+    # rows that are intact on disk but were wrong when stored are found out by the model alone
+    import actstore.extract as module
+
+    real = module._numpy
+    monkeypatch.setattr(module, "_numpy", lambda tensor: real(tensor) * np.float32(1.001))
+    run_extract(gpt2, texts, tmp_path / "t", sites=("resid_mid.1", "final_norm"))
+    wanted = VerifyRun(store=str(tmp_path / "t"), against_model=10, json=True)
     capsys.readouterr()
     assert verify.run(wanted) == 1
     said = json.loads(capsys.readouterr().out)
@@ -296,6 +301,27 @@ def test_a_folder_that_is_not_a_store_is_left_alone(
     with pytest.raises(InputError, match="not an activation store"):
         run_extract(gpt2, texts, tmp_path / "mine")
     assert [p.name for p in (tmp_path / "mine").iterdir()] == ["file"]
+
+
+@pytest.mark.parametrize("kind", ["under a file", "dangling link", "linked folder", "here"])
+def test_odd_places_for_a_store(
+    gpt2: Path, texts: Path, tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").write_text("x")
+    (tmp_path / "empty").mkdir()
+    if kind == "under a file":
+        with pytest.raises(InputError, match="is a file"):
+            run_extract(gpt2, texts, tmp_path / "file" / "s")
+        with pytest.raises(InputError, match="is a file"):
+            run_extract(gpt2, texts, tmp_path / "file" / "s", dry_run=True)
+    elif kind == "here":
+        monkeypatch.chdir(tmp_path / "empty")
+        run_extract(gpt2, texts, Path(), layers=(1,))
+        assert actstore.open(str(tmp_path / "empty")).complete
+    else:
+        (tmp_path / "link").symlink_to(tmp_path / ("empty" if kind == "linked folder" else "new"))
+        run_extract(gpt2, texts, tmp_path / "link", layers=(1,))
+        assert actstore.open(str(tmp_path / "link")).complete
 
 
 def test_no_space_left(

@@ -18,7 +18,7 @@ import actstore
 from actstore.app import extract, predict, probe, report
 from actstore.config import ExtractRun, PredictRun, ProbeRun, ReportRun
 from actstore.errors import DamagedStoreError, InputError, StoreMismatchError, UnknownNameError
-from actstore.evaluate.protocol import load_task
+from actstore.evaluate.protocol import _file_name, load_task
 from actstore.evaluate.split import make_split
 
 pytestmark = pytest.mark.usefixtures("serial")
@@ -152,6 +152,32 @@ def test_adding_a_task_later_keeps_the_rest(store: Path, tmp_path: Path) -> None
     assert {row["task"] for row in rows} == {"label", "words:tags"}
 
 
+def test_more_heads_later(store: Path, tmp_path: Path) -> None:
+    """The fits of both runs are in the results, each once."""
+    options = {"layers": (2,), "probes": ("attention",), "steps": 20, "alphas": (0.1,)}
+    run_probe(store, tmp_path / "out", heads=(1,), **options)
+    rows = run_probe(store, tmp_path / "out", heads=(1, 2), **options)
+    assert [row["heads"] for row in rows] == [1, 2]
+
+
+def test_names_of_tasks_never_share_a_file() -> None:
+    specs = [
+        "a_b",
+        "a:b",
+        "a/b",
+        "words:a_b",
+        "words_a_b",
+        "words.a_b",
+        "é",
+        "ü",
+        "",
+        "..",
+        "words:",
+    ]
+    assert len({_file_name(spec) for spec in specs}) == len(specs)
+    assert all("/" not in _file_name(spec) and _file_name(spec) != ".." for spec in specs)
+
+
 def test_another_protocol_or_store_is_refused(store: Path, tmp_path: Path) -> None:
     run_probe(store, tmp_path / "out", layers=(2,))
     with pytest.raises(StoreMismatchError, match="protocol differ"):
@@ -277,6 +303,9 @@ def test_predict_agrees_with_the_store(
     assert json.loads(capsys.readouterr().out)[0]["text"] == texts[0]
     with pytest.raises(InputError):
         predict.run(PredictRun(probe=str(tmp_path / "none.safetensors"), text=("x",)))
+    for row in rows:
+        with pytest.raises(InputError, match="text 2"):
+            predict.predict(tmp_path / "out" / str(row["weights_file"]), ["fox", ""])
 
 
 def test_report_without_results(tmp_path: Path) -> None:

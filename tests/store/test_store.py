@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -415,3 +418,78 @@ def test_disk_full_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 
 def test_dtypes_cover_what_the_format_names() -> None:
     assert {"float32", "float16", "bfloat16"} <= set(DTYPES)
+
+
+def edit(path: Path, change: Callable[[Any], object]) -> None:
+    """Apply `change` to a JSON file in place."""
+    data = json.loads(path.read_text())
+    change(data)
+    path.write_text(json.dumps(data))
+
+
+HOSTILE: dict[str, tuple[str, Callable[[Any], object]]] = {
+    "a unit's edge moved": ("plan.json", lambda d: d["units"]["stop"].__setitem__(0, 4)),
+    "stops descend": ("plan.json", lambda d: d["units"]["stop"].reverse()),
+    "chunks of nothing": ("plan.json", lambda d: d["masks"]["content"].update(chunk_rows=0)),
+    "chunks of text": ("plan.json", lambda d: d["masks"]["content"].update(chunk_rows="x")),
+    "absurd shape": (
+        "plan.json",
+        lambda d: d["masks"]["content"].update(shape_rows=10**15, shard_rows=1, chunk_rows=1),
+    ),
+    "a file outside": (
+        "plan.json",
+        lambda d: d["files"].update({"../../etc/hostname": {"bytes": 1, "crc32c": "0"}}),
+    ),
+    "an absolute file": (
+        "plan.json",
+        lambda d: d["files"].update({"/etc/hostname": {"bytes": 1, "crc32c": "0"}}),
+    ),
+    "no files": ("plan.json", lambda d: d.update(files=[])),
+    "another dtype": ("zarr.json", lambda d: request(d).update(dtype="int32")),
+    "unknown dtype": ("zarr.json", lambda d: request(d).update(dtype="zzz")),
+    "a site outside": ("zarr.json", lambda d: request(d).update(sites=["../.."])),
+    "a mask outside": ("zarr.json", lambda d: request(d).update(masks=["../x"])),
+    "fewer examples": (
+        "zarr.json",
+        lambda d: d["attributes"]["actstore"]["dataset"].update(n_examples=12),
+    ),
+    "no width": ("zarr.json", lambda d: d["attributes"]["actstore"]["model"].update(d_model=0)),
+    "absurd width": (
+        "zarr.json",
+        lambda d: d["attributes"]["actstore"]["model"].update(d_model=10**12),
+    ),
+    "absurd table": ("tokens/ids/zarr.json", lambda d: d.update(shape=[10**15])),
+    "commit of another store": ("commits/00000001.json", lambda d: d.update(units=99)),
+    "commit lists text": ("commits/00000001.json", lambda d: d.update(shards="x")),
+}
+
+
+def request(data: Any) -> Any:
+    return data["attributes"]["actstore"]["request"]
+
+
+def use(path: Path) -> None:
+    opened = Store.open(path)
+    assert not verify_store(opened, deep=True).good
+    opened.view(site="resid_post.0").read()
+    assert opened.tokens.n_tokens
+
+
+@pytest.mark.parametrize("case", HOSTILE)
+@pytest.mark.timeout(20)
+def test_tampered_metadata_is_refused(tmp_path: Path, case: str) -> None:
+    """Never wrong rows, a crash of another kind, or a path outside the store."""
+    make_store(tmp_path / "s", LENGTHS)
+    name, change = HOSTILE[case]
+    edit(tmp_path / "s" / name, change)
+    with pytest.raises((DamagedStoreError, NotAStoreError)) as caught:
+        use(tmp_path / "s")
+    assert "\n" not in str(caught.value)
+
+
+def test_a_commit_that_is_no_commit(tmp_path: Path) -> None:
+    make_store(tmp_path / "s", LENGTHS)
+    for text in ("null", "[]", "[" * 100_000, '{"shards": {}}'):
+        (tmp_path / "s/commits/00000002.json").write_text(text)
+        with pytest.raises(DamagedStoreError, match="00000002"):
+            Store.open(tmp_path / "s")
