@@ -354,7 +354,7 @@ class PredictRun(Run):
 
 @dataclass(frozen=True, kw_only=True)
 class DemoRun(Run):
-    """Extract, probe and report on a small data set, offline, in about a minute."""
+    """Extract, probe and report on a small data set, offline, in a few minutes."""
 
     example = "actstore demo"
 
